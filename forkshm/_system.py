@@ -66,6 +66,10 @@ def reason_of(error: OSError) -> str | None:
         return "there is too little memory for another process. Start fewer, or raise the limit (ulimit -v)"
     if error.errno == errno.ENOENT and _has_no_directory():
         return "the current directory of this process was deleted. Call os.chdir() with one that exists"
+    if error.errno == errno.ENOENT and not os.path.isdir(tempfile.gettempdir()):
+        return (
+            f"the directory for temporary files, {tempfile.gettempdir()}, does not exist. Set TMPDIR to one that does"
+        )
     if "path too long" in str(error):
         return (
             f"the fork server's address, a file in {tempfile.gettempdir()}, is longer than the address of a socket "

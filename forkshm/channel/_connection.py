@@ -7,7 +7,6 @@ import operator
 import pickle
 import struct
 import sys
-import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from forkshm._interrupts import is_of_kernel
@@ -100,8 +99,6 @@ class Connection:
             raise ValueError("at least one of readable and writable must be True")
         end = _socket_of(handle) if isinstance(handle, int) else handle
         self._end = end
-        # In a reference cycle the socket may be finalized before __del__ runs, and warn that it was not closed.
-        weakref.finalize(self, end.close).atexit = False
         self._sender = Sender(end)
         self._receiver = Receiver(end)
         self._readable = readable

@@ -17,6 +17,7 @@ import hashlib
 import numbers
 import pickle
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
@@ -39,6 +40,18 @@ _HEADER = struct.Struct("=4Q")
 _Q = struct.Struct("=Q")
 _ALIGNMENT = 64
 _MASK = 2**64 - 1
+
+
+def _can_be_pickled(thing: Any) -> bool:
+    """Return whether *thing* can be pickled; if it could not a moment ago, a signal handler had raised."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        pickle.dumps(thing, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
+    except Exception:
+        return False
+    return True
 
 
 class _Builder:
@@ -64,6 +77,8 @@ class _Builder:
         try:
             stream = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL, buffer_callback=buffers.append)
         except Exception as error:
+            if _can_be_pickled(thing):
+                raise  # raised by a signal handler
             raise NotPicklableError(f"{what}, a {type(thing).__name__}, cannot be pickled: {error}") from error
         places = []
         for buffer in buffers:
@@ -213,9 +228,10 @@ class SharedList(_Records, Sequence[T]):
         if isinstance(index, slice):
             return [self.record(number) for number in range(self._count)[index]]
         try:
-            return self.record(range(self._count)[index])  # type: ignore[no-any-return]  # it came through pickle
+            number = range(self._count)[index]
         except IndexError:
             raise IndexError(f"index {index} is out of range: the list has {self._count:,} items") from None
+        return self.record(number)  # type: ignore[no-any-return]  # it came through pickle
 
     def __iter__(self) -> Iterator[T]:
         return map(self.record, range(self._count))

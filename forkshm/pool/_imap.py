@@ -209,8 +209,10 @@ class IMapIterator(ResultSink, Generic[T]):
             try:
                 dispatcher.check_accepting(self._reader)
             except ForkshmError as error:
-                self._input_error = error
+                # Without the frames, which refer to this iterator.
+                self._input_error = error.with_traceback(None)
                 self._exhausted = True
+                self._items = _NOTHING
                 return
             unsent = tasks
             if self._is_again:

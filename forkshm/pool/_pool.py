@@ -598,6 +598,7 @@ class Pool(_StandardPool):
             # An interrupted call can be repeated, and resumes.
             self._dispatcher.fail_all(PoolClosedError("the pool was terminated before this task was answered"))
             self._dispatcher.under_lead(self._release)
+            self._imaps = []  # their input may be generators, which are closed while names of modules exist
             self._state = "TERMINATE"
 
     def join(self) -> None:
@@ -620,6 +621,7 @@ class Pool(_StandardPool):
             self._dispatcher.drive(self._dispatcher.is_idle)
             self._dispatcher.under_lead(self._join_idle)
             self._dispatcher.drive(lambda: not self._dispatcher.has_callbacks())
+            self._imaps = []
             self._state = "TERMINATE"
 
     # Default arguments: see __del__.

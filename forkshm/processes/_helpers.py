@@ -8,7 +8,7 @@ import stat
 import sys
 from typing import Any
 
-from forkshm import _multiprocess
+from forkshm import _multiprocess, _system
 
 __all__ = ("ensure_helpers", "note_helpers", "spare_fork_server")
 
@@ -46,7 +46,57 @@ def ensure_helpers() -> None:
         if alive_fd is not None and not _is_helpers(alive_fd, lost):
             server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
             _reap(lost)
+        elif lost is not None and not (_is_child(lost) and _has_address(server)):
+            _forget_server(server)
+            _reap(lost)
+    _leave_deleted_directory()
     note_helpers()
+
+
+def _forget_server(server: Any) -> None:
+    """Close the pipe to a fork server of which ``multiprocess`` could not find out whether it runs."""
+    alive_fd, pid = server._forkserver_alive_fd, server._forkserver_pid
+    server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+    if alive_fd is not None and _is_helpers(alive_fd, pid):
+        os.close(alive_fd)
+
+
+def _has_address(server: Any) -> bool:
+    """Return whether processes can reach a fork server: a program that cleans /tmp may have deleted its socket."""
+    address = server._forkserver_address
+    return address is None or _multiprocess.util.is_abstract_socket_namespace(address) or os.path.exists(address)
+
+
+def _leave_deleted_directory() -> None:
+    """Make ``multiprocess`` create another directory for sockets if the one it has used was deleted."""
+    config: Any = _multiprocess.process.current_process()._config  # type: ignore[attr-defined]  # has no public name
+    made = config.get("tempdir")
+    if made is not None and not os.path.isdir(made):
+        config["tempdir"] = None
+        util: Any = _multiprocess.util
+        for finalizer in list(util._finalizer_registry.values()):
+            # Some versions print a traceback at exit if the directory is gone.
+            if finalizer._callback is util._remove_temp_dir and made in finalizer._args:
+                finalizer.cancel()
+
+
+def _leave_helpers() -> None:
+    """Leave the fork server to the parent, whose child it is, and release the locks that other threads held."""
+    locks = []
+    tracker = sys.modules.get("multiprocess.resource_tracker")
+    if tracker is not None:
+        locks.append(tracker._resource_tracker._lock)
+    module = sys.modules.get("multiprocess.forkserver")
+    if module is not None:
+        server = module._forkserver
+        locks.append(server._lock)
+        if server._forkserver_pid is not None:
+            _forget_server(server)
+    for lock in locks:
+        lock._at_fork_reinit()
+
+
+_system.register_at_fork(after_in_child=_leave_helpers)
 
 
 def note_helpers() -> None:
@@ -75,6 +125,17 @@ def _is_helpers(fd: int, pid: int | None) -> bool:
         return True
     _pipes.pop(fd, None)
     return False
+
+
+def _is_child(pid: int) -> bool:
+    """Return whether a process is a child of this one that was not reaped."""
+    waitid: Any = getattr(os, "waitid", None)  # macOS lacks it before Python 3.13
+    if sys.platform != "win32" and waitid is not None:
+        try:
+            waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+    return True
 
 
 def _reap(pid: int | None) -> None:

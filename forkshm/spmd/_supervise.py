@@ -112,7 +112,7 @@ class Supervised:
                     os.read(self._read_end.fd, 4096)
         finally:
             for wakeup in before:
-                _set_wakeup(wakeup)
+                signal.set_wakeup_fd(wakeup)
         self._make_readable()
 
     def fileno(self) -> int:

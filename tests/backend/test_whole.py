@@ -16,6 +16,7 @@ if sys.platform == "win32":
     pytest.skip("needs the posix backend", allow_module_level=True)
 
 from forkshm import _interrupts
+from forkshm.backend.posix import _whole
 from forkshm.backend.posix._whole import _deferral, surely, whole
 
 LONG = 20
@@ -178,3 +179,34 @@ def test_a_prompt_function_begins_although_a_signal_waits(times):
 def test_here_has_the_identifiers_of_this_thread():
     assert _interrupts.here.ident == threading.get_ident()
     assert _interrupts.here.native_id == threading.get_native_id()
+
+
+@pytest.mark.parametrize("kind", [whole, surely])
+def test_a_late_exception_is_raised_once_when_finalizers_run_on_its_way(kind):
+    caught, calls = [], []
+
+    class Owner:
+        @kind
+        def close(self):
+            calls.append(self)
+
+        def __del__(self):
+            self.close()
+
+    def interrupted():
+        _whole._late[_whole._Later] = Stop(7, "stop")
+        operator.attrgetter("raising")(_deferral)
+        len(calls)
+
+    try:
+        # The owner is finalized before the exception is caught.
+        (Owner(), interrupted())
+    except BaseException as error:
+        caught.append(error)
+    try:
+        for _ in range(100):
+            len(calls)
+    except BaseException as error:
+        caught.append(error)
+    assert [type(error) for error in caught] == [Stop]
+    assert len(calls) == 1

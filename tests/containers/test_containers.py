@@ -9,6 +9,7 @@ import fractions
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -241,3 +242,40 @@ def test_eight_readers_have_one_copy_between_them():
     assert max(by_reading_shared) < 1_500_000
     # All eight readers and this process share the same pages.
     assert 0.9 * size < all_of_it - others < 1.05 * size
+
+
+class Once:
+    """An object whose pickling is interrupted once, by a signal handler, and whose unpickling raises IndexError."""
+
+    def __init__(self):
+        self.is_pickled = False
+
+    def __getstate__(self):
+        if not self.is_pickled:
+            self.is_pickled = True
+            signal.raise_signal(signal.SIGUSR1)
+        return {"value": 1}
+
+    def __setstate__(self, state):
+        raise IndexError("of the object")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there are no such signals")
+@pytest.mark.parametrize("make", [lambda: forkshm.SharedList([Once()]), lambda: forkshm.SharedDict({"a": Once()})])
+def test_a_signal_handler_that_raises_is_not_reported_as_an_unpicklable_item(make):
+    def handle(*_):
+        raise TimeoutError("of the handler")
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with pytest.raises(TimeoutError, match="of the handler"):
+            make()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_index_error_of_an_item_is_raised_as_it_is():
+    item = Once()
+    item.is_pickled = True
+    with pytest.raises(IndexError, match="of the object"):
+        forkshm.SharedList([item])[0]

@@ -132,6 +132,77 @@ def test_a_fork_server_that_was_started_anew_stays(run_script):
     assert run_script(RESTARTED) == "done\n"
 
 
+REAPED = """
+import os, signal
+import forkshm
+from multiprocess import forkserver
+
+def start():
+    with forkshm.get_context("forkserver").Pool(1) as pool:
+        assert pool.apply(abs, (-1,)) == 1
+    return forkserver._forkserver._forkserver_pid
+
+def wait_for(pid):
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass
+
+if __name__ == "__main__":
+    fds = []
+    first = start()
+    for action in (signal.SIG_IGN, signal.SIG_DFL):
+        signal.signal(signal.SIGCHLD, action)
+        os.kill(first, signal.SIGKILL)
+        wait_for(first)
+        fds.append(len(os.listdir("/proc/self/fd")))
+        second = start()
+        assert first != second
+        first = second
+    print(fds[0] == fds[1])
+"""
+
+
+@pytest.mark.needs("fork")
+def test_a_fork_server_that_other_code_reaped_is_started_anew(run_script):
+    assert run_script(REAPED) == "True\n"
+
+
+CLEANED = """
+import os, shutil, tempfile
+import forkshm
+
+def use():
+    with forkshm.get_context("forkserver").Pool(1) as pool:
+        return pool.apply(abs, (-1,))
+
+def clean(folder):
+    for name in os.listdir(folder):
+        shutil.rmtree(os.path.join(folder, name))
+
+if __name__ == "__main__":
+    folder = tempfile.tempdir = tempfile.mkdtemp()
+    use()
+    pool = forkshm.get_context("forkserver").Pool(1)
+    clean(folder)
+    print(use(), pool.apply(abs, (-2,)))
+    pool.terminate()
+    clean(folder)
+    print(use())
+    clean(folder)
+    os.rmdir(folder)
+    try:
+        use()
+    except forkshm.WorkerStartError as error:
+        print("does not exist. Set TMPDIR" in str(error))
+"""
+
+
+@pytest.mark.needs("fork")
+def test_a_fork_server_whose_directory_was_deleted_is_started_anew(run_script):
+    assert run_script(CLEANED) == "1 2\n1\nTrue\n"
+
+
 CHANNEL = """
 import os, tempfile
 import forkshm

@@ -257,3 +257,58 @@ def test_posix_spawn_inherits_nothing(pool, tmp_path):
     assert out.read_text()
     assert "memfd:forkshm" not in out.read_text()
     region.close()
+
+
+FORK_SERVER_OF_PARENT = """
+import os, threading
+import forkshm
+from multiprocess import forkserver, resource_tracker
+
+def use(method):
+    with forkshm.get_context(method).Pool(1) as pool:
+        return pool.apply(abs, (-1,))
+
+def in_child():
+    use("forkserver")
+    use("spawn")
+
+if __name__ == "__main__":
+    use("forkserver")
+    server = forkserver._forkserver
+    started, pid = server._forkserver_pid, os.fork()
+    if pid == 0:
+        try:
+            in_child()
+            assert server._forkserver_pid != started
+        except BaseException as error:
+            print(repr(error), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    process = forkshm.Process(target=in_child)
+    process.start()
+    process.join()
+    print(process.exitcode)
+    # Another thread may start a process at the time of a fork.
+    held, go = threading.Event(), threading.Event()
+    def hold():
+        with resource_tracker._resource_tracker._lock, server._lock:
+            held.set()
+            go.wait()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    process = forkshm.Process(target=in_child)
+    process.start()
+    process.join(20)
+    print(process.exitcode)
+    process.kill()
+    go.set()
+    thread.join()
+    use("forkserver")
+    print(server._forkserver_pid == started)
+"""
+
+
+@pytest.mark.needs("fork")
+def test_a_forked_child_has_a_fork_server_of_its_own(run_script):
+    assert run_script(FORK_SERVER_OF_PARENT) == "0\n0\nTrue\n"

@@ -32,7 +32,7 @@ from points import Interrupt, Points
 import forkshm
 from forkshm import FileMapping, SharedMemoryObject, _multiprocess
 from forkshm.backend import IS_FREE_THREADED, kernel
-from forkshm.channel import PrivateFd, manager
+from forkshm.channel import PrivateFd, manager, pair
 from forkshm.descriptor import describe
 from forkshm.pool._worker import Assignment
 from forkshm.region import OwnedFd, regions_mapped
@@ -78,6 +78,11 @@ def close_both(ends):
         end.close()
 
 
+def end_and_close(ends):
+    ends[0].end()
+    close_both(ends)
+
+
 def drop(made):
     """Only forget it."""
 
@@ -108,6 +113,7 @@ MADE = {
     "FileMapping": (lambda: FileMapping(__file__, "read_only"), close),
     "MappedRegion": (lambda: forkshm.anonymous_shared_memory(100), close),
     "Pipe": (forkshm.Pipe, close_both),
+    "channel that is ended": (pair, end_and_close),
     "SimpleQueue": (forkshm.SimpleQueue, close),
     "Queue": (forkshm.Queue, close),
     "JoinableQueue": (forkshm.JoinableQueue, close),
@@ -253,6 +259,7 @@ def assignment():
 # Owners of system resources that are never sent, and further mappings of `REGION`, which arrive as `REGION`.
 _NOT_SENT = {
     "Pipe",
+    "channel that is ended",
     "OwnedFd",
     "PrivateFd",
     "Listener",
@@ -330,6 +337,21 @@ def _caller():
 @pytest.mark.usefixtures("_interrupts")
 def test_an_interrupt_while_a_caller_is_accepted_leaves_nothing(step):
     at_every_point(step, manager.Listener.accept, close, _caller)
+
+
+def test_a_pipe_is_closed_although_finalizers_of_python_are_interrupted(monkeypatch):
+    def interrupted(*_):
+        raise Interrupt
+
+    ends = forkshm.Pipe()
+    fds = [end.fileno() for end in ends]
+    monkeypatch.setattr(sys, "unraisablehook", bool)
+    monkeypatch.setattr(forkshm.connection.Connection, "__del__", interrupted)
+    monkeypatch.setattr(weakref.finalize, "__call__", interrupted)
+    del ends
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 @pytest.mark.usefixtures("_interrupts")

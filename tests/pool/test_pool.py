@@ -252,6 +252,29 @@ def test_imap_of_input_that_blocks_ends_with_the_pool(name):
     go.set()
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize("name", ["imap", "imap_unordered"])
+def test_a_generator_is_closed_when_the_pool_is_terminated(name, is_kept):
+    closed = threading.Event()
+
+    def source():
+        try:
+            yield from range(10_000)
+        finally:
+            closed.set()
+
+    pool = forkshm.Pool(1)
+    results = getattr(pool, name)(f.square, source())
+    assert next(results) == 0
+    if not is_kept:
+        del results
+    pool.terminate()
+    if is_kept:
+        with pytest.raises(forkshm.PoolClosedError):
+            list(results)
+    assert closed.wait(10), "the pool keeps the input"
+
+
 def test_imap_goes_on_after_an_item_that_cannot_be_pickled(pool):
     for name in ("imap", "imap_unordered"):
         results = getattr(pool, name)(f.square, [1, threading.Lock(), 3])

@@ -121,6 +121,29 @@ def test_a_signal_that_arrives_just_before_a_wait_ends_it(monkeypatch):
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_wait_restores_a_wakeup_fd_that_warns_when_it_is_full(monkeypatch):
+    waiting = Supervised(0, 1, 0)
+    warned = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: warned.append(unraisable.exc_value))
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    handler = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        while True:
+            try:
+                os.write(write_end, b"." * 4096)
+            except BlockingIOError:
+                break
+        signal.set_wakeup_fd(write_end)
+        assert not waiting.wait(0)
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        assert signal.set_wakeup_fd(-1) == write_end
+        signal.signal(signal.SIGUSR1, handler)
+        os.close(read_end)
+        os.close(write_end)
+    assert [type(error) for error in warned] == [BlockingIOError]
+
+
 def test_another_signal_does_not_end_a_wait():
     me = Supervised(0, 1, 0)
     seen = []

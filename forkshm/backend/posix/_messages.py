@@ -11,7 +11,6 @@ import struct
 import sys
 import tempfile
 import time
-import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 from forkshm._interrupts import is_of_kernel, promptly
@@ -243,6 +242,7 @@ class End(Socket):
         beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
         return data, beside, found, None
 
+    @whole
     def shutdown(self, how: int, /) -> None:
         life = self._life()
         if life is not None:
@@ -262,16 +262,14 @@ class End(Socket):
         if fd >= 0:
             self._backend.close_own(self._backend.closing(fd, self._file))
 
-    # With defaults, because the names of this module may be gone when the program ends.
+    # With a default, because the names of this module may be gone when the program ends.
     @promptly
-    def __del__(self, ends: Callable[[], bool] = sys.is_finalizing, warn: Any = warnings.warn) -> None:
+    def __del__(self, ends: Callable[[], bool] = sys.is_finalizing) -> None:
         is_ending = False
         try:
             is_ending = ends()
             if is_ending:
                 self.detach()  # the kernel closes the fds in a moment
-            elif self.fileno() >= 0:
-                warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
         finally:
             if not is_ending:
                 self.close()

@@ -48,7 +48,17 @@ _late: dict[Any, BaseException] = {}
 class _Later(BaseException):
     """Stands for the exception in `_late`: Python can only be told to raise a class, and this class makes it."""
 
-    __new__: Any = staticmethod(_late.pop)
+    # CPython 3.11 makes the exception when it is caught, and may pass it to be made again. Finalizers may run before,
+    # and the functions in them tell Python again. No call is made, because a handler may raise in it.
+    @_interrupts.promptly
+    def __new__(cls, made: Any = None) -> Any:
+        done: list[Any] = []
+        done[:] = (_deferral.not_raising,)
+        if _Later not in _late:
+            return made
+        late = _late[_Later]
+        del _late[_Later]
+        return late
 
 
 class _Deferral(_interrupts.Here):
@@ -133,9 +143,7 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
             _look()
         done[:] = state.noting
         state.is_on = True
-        if _Later in _late:  # raised by a handler a moment ago
-            late = _late[_Later]
-            del _late[_Later]
+        if _Later in _late:  # raised by a handler a moment ago, and told again below
             done[:] = (state.not_raising,)
         before = state.before
         before[:] = ()
@@ -172,6 +180,7 @@ def _deferring(function: _Function, *, may_be_left_out: bool) -> _Function:
             state.is_on = False
             if late is not None:
                 _late[_Later] = late
+            if _Later in _late:
                 done[:] = (state.raising,)
 
     return call  # type: ignore[return-value]
