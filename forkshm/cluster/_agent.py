@@ -109,7 +109,7 @@ class Agent(distributed.WorkerPlugin):
             if call in self._cancelled:
                 self._end(futures)
             # The results of a cancelled call are not needed.
-            return [_results(future, group.length) for future, group in zip(futures, groups, strict=False)]
+            return [_results(call, future, group.length) for future, group in zip(futures, groups, strict=False)]
         finally:
             self._running.pop(call, None)
             self._cancelled.pop(call, None)
@@ -198,12 +198,12 @@ def make_local(
     return local(workers, get_context(method), **options)
 
 
-def _results(future: concurrent.futures.Future[Any], length: int) -> Results:
+def _results(call: str, future: concurrent.futures.Future[Any], length: int) -> Results:
     try:
         results: Results = future.result()
     # Also SystemExit, which would end the node.
     except BaseException as error:
-        return Results([Raised(error, None)] * length)
+        return Results([Raised(error, None, call)] * length)
     return results
 
 

@@ -11,6 +11,7 @@ from forkshm.errors import (
     without_frames,
 )
 from forkshm.pickler import explain
+from forkshm.pool import note_item
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -39,6 +40,8 @@ class Group(NamedTuple):
     length: int
     items: bytes
     """A list of (args, kwargs), as a `forkshm.cluster._values.Writer` wrote it."""
+    first: int | None = None
+    """The number of its first item in the input of a map; None for other calls."""
 
 
 class Sent:
@@ -60,8 +63,8 @@ class Items:
         self.values = values
 
     def __repr__(self) -> str:
-        # It stands for the arguments in messages about a worker that died.
-        return "..." if self.length == 1 else f"...: {self.length} items"
+        # It stands for the arguments until the client names them: see `_dead_workers`.
+        return "..."
 
 
 class GroupCall:
@@ -74,7 +77,8 @@ class GroupCall:
     def __call__(self, items: Items) -> Results:
         call = loaded(self._function, items.values)
         results: list[Any] = []
-        for args, kwargs in read(items.stream, items.values):
+        for number, (args, kwargs) in enumerate(read(items.stream, items.values)):
+            note_item(number)
             try:
                 results.append((call(*args, **kwargs),))
             # Also SystemExit: it belongs to the call, as on one machine.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.cluster._calls import Group, GroupCall, LocalExecutor, Sent
+from forkshm.cluster._dead_workers import name_arguments
 from forkshm.cluster._values import NodeArray, Raised, Writer
 from forkshm.errors import PoolClosedError, UnsupportedError, safe_repr
 from forkshm.pickler import explain, name_of
@@ -143,6 +144,13 @@ class _Array:
         self.sending = asyncio.Lock()
         self.failures: collections.Counter[str] = collections.Counter()
 
+    def passed(self) -> Any:
+        """Return the array that was passed, or an equal one if it was collected."""
+        import numpy as np
+
+        original = self.original()
+        return np.asarray(self.node.array) if original is None else original
+
 
 # The arrays of one call, keyed by their ids; the first item keeps the id from being reused.
 _Seen = dict[int, tuple[Any, _Array]]
@@ -169,6 +177,10 @@ class _Call:
         self.stays = False
         self.future: Any = None
         self.sink: Callable[[Any, BaseException | None], None] = _ignore
+
+    def __repr__(self) -> str:
+        # It stands for its result in messages about a worker that died.
+        return f"<RemoteResult of {self.function.__qualname__}>"
 
     def send(self) -> None:
         """Submit the call to Dask."""
@@ -200,6 +212,25 @@ class _Call:
         except (concurrent.futures.CancelledError, Exception) as raised:
             error = raised
         self.sink(None if error is not None else future, error)
+
+    def results(self, done: Any) -> list[Any]:
+        """Return the items of the results of a Dask future of this call."""
+        return [
+            self._named(item, number) if isinstance(item, Raised) else item
+            for number, results in enumerate(done.result())
+            for item in results.open()
+        ]
+
+    def _named(self, raised: Raised, group: int) -> Raised:
+        """Return an exception that names the arguments, if a worker died."""
+        # A result that is an argument of this call is of another call, with one group.
+        call, group = (self, group) if raised.call == self.name else (self.remote.get(raised.call or ""), 0)
+        if call is None or not call.groups:
+            return raised
+        error = raised.open()
+        values = {**{name: array.passed() for name, array in call.arrays.items()}, **call.remote}
+        is_named = name_arguments(error, call.function.__qualname__, call.groups[group], values)
+        return Raised(error, None) if is_named else raised
 
     def forget(self) -> None:
         """Release what the cluster and the client keep for this call, although its future may be kept."""
@@ -343,8 +374,7 @@ class ClusterExecutor(_StandardExecutor):
 
         def take(done: Any, error: BaseException | None) -> None:
             if error is None:
-                (results,) = done.result()
-                error, value = _opened(results.open()[0])
+                error, value = _opened(call.results(done)[0])
                 _settle(future, value, error)
             else:
                 _settle(future, None, error)
@@ -363,7 +393,7 @@ class ClusterExecutor(_StandardExecutor):
                 self.done = done
 
             def result(self) -> Any:
-                error, value = _opened(self.done.result()[0].open()[0])
+                error, value = _opened(call.results(self.done)[0])
                 if error is not None:
                     raise error
                 return value
@@ -440,21 +470,22 @@ class ClusterExecutor(_StandardExecutor):
         seen: _Seen = {}
         function = GroupCall(name_of(fn), self._write(fn, arrays, remote, seen, {"function": fn}))
         groups = chunked(iter(items), each)
-        numbers = itertools.count()
+        numbers = itertools.count(0, each)
         while part := list(itertools.islice(groups, together)):
             own_arrays, own_remote = dict(arrays), dict(remote)
             sent = [
                 Group(
                     len(group),
-                    self._write([(args, {}) for args in group], own_arrays, own_remote, seen, _named(group, numbers)),
+                    self._write([(args, {}) for args in group], own_arrays, own_remote, seen, _named(group, first)),
+                    first,
                 )
-                for group in part
+                for group, first in zip(part, numbers, strict=False)
             ]
             call = _Call(self, function, sent, own_arrays, own_remote)
             future: ClusterFuture[list[Any]] = ClusterFuture(call)
 
             def take(done: Any, error: BaseException | None, future: ClusterFuture[list[Any]] = future) -> None:
-                _settle(future, None if error else [item for part in done.result() for item in part.open()], error)
+                _settle(future, None if error else future._call.results(done), error)
 
             self._start(call, future, take)
             yield future
@@ -743,9 +774,9 @@ def _opened(result: Any) -> tuple[BaseException | None, Any]:
     return None, result[0]
 
 
-def _named(items: Sequence[Any], numbers: Iterator[int]) -> dict[str, Any]:
+def _named(items: Sequence[Any], first: int) -> dict[str, Any]:
     """Return the items of a group, by the names that an error uses for them."""
-    return {f"iterable[{number}]": item for item, number in zip(items, numbers, strict=False)}
+    return {f"iterable[{number}]": item for number, item in enumerate(items, first)}
 
 
 def _ignore(done: Any, error: BaseException | None) -> None:

@@ -77,6 +77,28 @@ def die(item):
     return item
 
 
+def die_of(item, array, last):
+    if item == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+class DiesOnArrival:
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def sleep_for(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def fail_with_a_lock():
+    error = Unusual(5, "locked")
+    error.lock = threading.Lock()
+    raise error
+
+
 def received_bytes():
     with open("/proc/net/dev") as file:
         (line,) = (line for line in file if line.strip().startswith("lo:"))
@@ -260,7 +282,55 @@ def test_a_worker_that_dies_fails_its_call_alone(executor):
     futures = [executor.submit(die, item) for item in range(5)]
     assert [future.exception(60) is None for future in futures] == [True, True, False, True, True]
     assert isinstance(futures[2].exception(), forkshm.WorkerDiedError)
-    assert "while running die(...)" in str(futures[2].exception())
+    assert "while running die(2)" in str(futures[2].exception())
+    assert futures[2].exception().task == "die(2)"
+    assert futures[2].exception().index is None
+
+
+@pytest.mark.parametrize(("chunksize", "length"), [(1, 6), (3, 40)])
+def test_the_error_of_a_dead_worker_names_the_item(executor, chunksize, length):
+    with pytest.raises(forkshm.WorkerDiedError) as caught:
+        list(executor.map(die_of, range(length), [np.arange(MIB)] * length, [4] * length, chunksize=chunksize))
+    assert caught.value.task == f"die_of(4, ndarray int64 ({MIB},), 4), item 4 of the input"
+    assert caught.value.index == 4
+    assert caught.value.task in str(caught.value)
+
+
+@pytest.mark.nightly
+def test_the_error_of_a_worker_that_dies_before_the_first_item_names_the_chunk(executor):
+    with pytest.raises(forkshm.WorkerDiedError, match="running abs, items 2 to 3 of the input") as caught:
+        list(executor.map(abs, [1, 2, DiesOnArrival(), 4], chunksize=2))
+    assert caught.value.index == 2
+
+
+@pytest.mark.nightly
+def test_the_error_of_a_dead_worker_whose_result_is_an_argument_names_its_call(executor):
+    lost = executor.submit_remote(die, 2)
+    kept = executor.submit_remote(abs, 5)
+    with pytest.raises(forkshm.WorkerDiedError) as caught:
+        lost.result(60)
+    assert (caught.value.task, caught.value.index) == ("die(2)", None)
+    assert executor.submit(abs, lost).exception(60).task == "die(2)"
+    assert executor.submit(os._exit, kept).exception(60).task == "_exit(<RemoteResult of abs>)"
+
+
+def test_task_timeout_is_for_each_item(cluster):
+    with forkshm.Executor(cluster=cluster, task_timeout=2) as executor:
+        assert sum(executor.map(sleep_for, [0.5] * 12, chunksize=6)) == 6
+        with pytest.raises(
+            forkshm.TaskTimeoutError, match=r"sleep_for\(60\), item 1 of the input took longer"
+        ) as caught:
+            list(executor.map(sleep_for, [0, 60, 0], chunksize=3))
+    assert caught.value.index == 1
+
+
+def test_an_exception_arrives_without_an_attribute_that_cannot_be_pickled(executor):
+    error = executor.submit(fail_with_a_lock).exception(60)
+    assert type(error) is Unusual
+    assert error.code == 5
+    assert not hasattr(error, "lock")
+    assert "'lock'" in error.__notes__[0]
+    assert "in fail_with_a_lock" in str(error.__cause__)
 
 
 @pytest.mark.nightly
