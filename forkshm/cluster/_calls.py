@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ("Group", "GroupCall", "Items", "LocalExecutor", "Sent")
+__all__ = ("UNNAMED", "Group", "GroupCall", "Items", "LocalExecutor", "Sent")
+
+
+UNNAMED = "..."
+"""Stands for a call, or for its arguments, in errors until the client names them: see `_dead_workers`."""
 
 
 class LocalExecutor(Protocol):
@@ -63,8 +67,7 @@ class Items:
         self.values = values
 
     def __repr__(self) -> str:
-        # It stands for the arguments until the client names them: see `_dead_workers`.
-        return "..."
+        return UNNAMED
 
 
 class GroupCall:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -97,6 +98,17 @@ def fail_with_a_lock():
     error = Unusual(5, "locked")
     error.lock = threading.Lock()
     raise error
+
+
+def hold(begun):
+    begun.touch()
+    time.sleep(60)
+
+
+def kill_node(_):
+    with open(f"/proc/{os.getppid()}/stat") as file:  # of the fork server
+        os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    time.sleep(60)
 
 
 def received_bytes():
@@ -736,6 +748,61 @@ def test_the_pools_of_the_nodes_end_with_the_executor(cluster, wait_until):
 
     assert len(pids) == 6
     wait_until(lambda: sum(not is_gone(pid) for pid in pids) <= 2)  # the fork servers stay with their nodes
+
+
+@pytest.mark.nightly
+def test_the_pools_of_the_nodes_end_when_the_executor_is_collected(cluster, wait_until):
+    with distributed.Client(cluster, set_as_default=False) as client:
+        before = count_agents(cluster)
+        executor = forkshm.Executor(cluster=client)
+        assert executor.submit(abs, -1).result(60) == 1
+        assert count_agents(cluster) == before + 1
+        del executor
+        gc.collect()
+        wait_until(lambda: count_agents(cluster) == before)
+
+
+def count_agents(cluster):
+    return len([name for name in cluster.scheduler.worker_plugins if name.startswith("forkshm-")])
+
+
+def test_a_remote_result_is_released_with_its_last_reference(executor, cluster, wait_until):
+    wait_until(lambda: not cluster.scheduler.tasks)
+    results = [executor.submit_remote(abs, -2), executor.submit_remote(abs, -3)]
+    assert [result.result(60) for result in results] == [2, 3]
+    assert len(cluster.scheduler.tasks) == 2
+    gc.disable()
+    try:
+        del results
+        wait_until(lambda: not cluster.scheduler.tasks)
+    finally:
+        gc.enable()
+
+
+def test_a_client_that_is_closed_first_fails_its_calls(cluster, tmp_path, wait_until):
+    with distributed.Client(cluster, set_as_default=False) as client:
+        executor = forkshm.Executor(cluster=client)
+        future = executor.submit(hold, tmp_path / "begun")
+        wait_until((tmp_path / "begun").exists)
+    with pytest.raises(forkshm.PoolClosedError, match="is lost: Dask has cancelled the call"):
+        future.result(60)
+    for call in (executor.submit, executor.map):
+        with pytest.raises(forkshm.PoolClosedError, match="client of this executor was closed"):
+            call(abs, [1])
+    executor.shutdown()
+
+
+@pytest.mark.nightly
+def test_a_call_that_ends_its_nodes_fails_by_name():
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50, memory_limit=None
+        ) as cluster,
+        forkshm.Executor(cluster=cluster) as executor,
+    ):
+        error = executor.submit(kill_node, "now").exception(120)
+        assert (type(error), error.task, error.attempts) == (forkshm.WorkerDiedError, "kill_node('now')", 4)
+        assert "4 nodes died while running kill_node('now'), the last one at tcp://" in str(error)
 
 
 @pytest.mark.nightly
