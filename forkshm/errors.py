@@ -240,7 +240,7 @@ class WorkerDiedError(WorkerError, _BrokenProcessPool):
     written for `concurrent.futures` catches this error as ``BrokenProcessPool``.
 
     Attributes:
-        pid: Process id of the dead worker.
+        pid: Process id of the dead worker; 0 for a node of a cluster.
         exitcode: Exit code as in ``Process.exitcode``; a negative code is the signal that killed the worker. None if
             other code in this process waited for the worker first.
         signal: Name of the signal, for example ``"SIGKILL"``, or None.

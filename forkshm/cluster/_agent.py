@@ -18,10 +18,10 @@ import distributed.protocol
 import distributed.system
 
 from forkshm import _interrupts
-from forkshm.cluster._calls import Group, GroupCall, Items, LocalExecutor
+from forkshm.cluster._calls import UNNAMED, Group, GroupCall, Items, LocalExecutor
 from forkshm.cluster._values import Kept, Raised, Results, known
 from forkshm.context import get_context
-from forkshm.errors import UnsupportedError, safe_repr
+from forkshm.errors import UnsupportedError, WorkerDiedError, safe_repr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +32,7 @@ __all__ = (
     "Agent",
     "cancel",
     "client_of",
+    "dead_nodes",
     "keep",
     "key_of",
     "make_local",
@@ -109,7 +110,7 @@ class Agent(distributed.WorkerPlugin):
             if call in self._cancelled:
                 self._end(futures)
             # The results of a cancelled call are not needed.
-            return [_results(future, group.length) for future, group in zip(futures, groups, strict=False)]
+            return [_results(call, future, group.length) for future, group in zip(futures, groups, strict=False)]
         finally:
             self._running.pop(call, None)
             self._cancelled.pop(call, None)
@@ -185,10 +186,13 @@ def register(client: Any, agent: Agent) -> None:
 
 
 def unregister(client: Any, name: str) -> None:
-    """End the agents of an executor, and their pools."""
+    """End the agents of an executor, and their pools, unless the cluster has ended."""
+    with contextlib.suppress(Exception):
+        client.unsubscribe_topic(name)
     with contextlib.suppress(Exception):  # it was not registered
         client.unregister_scheduler_plugin(name)
-    client.unregister_worker_plugin(name)
+    with contextlib.suppress(Exception):
+        client.unregister_worker_plugin(name)
 
 
 def make_local(
@@ -198,12 +202,12 @@ def make_local(
     return local(workers, get_context(method), **options)
 
 
-def _results(future: concurrent.futures.Future[Any], length: int) -> Results:
+def _results(call: str, future: concurrent.futures.Future[Any], length: int) -> Results:
     try:
         results: Results = future.result()
     # Also SystemExit, which would end the node.
     except BaseException as error:
-        return Results([Raised(error, None)] * length)
+        return Results([Raised(error, None, call)] * length)
     return results
 
 
@@ -261,6 +265,21 @@ def client_of(cluster: Any) -> tuple[Any, bool]:
         return cluster, False
     client: Any = distributed.Client
     return client(cluster, set_as_default=False), True
+
+
+def dead_nodes(error: BaseException) -> WorkerDiedError | None:
+    """Return the error of a call whose nodes have died, one after the other; None for other errors."""
+    if not isinstance(error, distributed.KilledWorker):
+        return None
+    deaths = error.allowed_failures + 1
+    died = WorkerDiedError(0, None, task=UNNAMED, attempts=deaths)
+    message = (
+        f"{deaths} nodes died while running {UNNAMED}, the last one at {error.last_worker.address}, so no other node "
+        "gets it. Look for the cause in the logs of the nodes; it is often a lack of memory."
+    )
+    died.args = (message,)
+    died.__cause__ = error
+    return died
 
 
 def memory_limit() -> int:

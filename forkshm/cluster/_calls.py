@@ -11,12 +11,17 @@ from forkshm.errors import (
     without_frames,
 )
 from forkshm.pickler import explain
+from forkshm.pool import note_item
 
 if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ("Group", "GroupCall", "Items", "LocalExecutor", "Sent")
+__all__ = ("UNNAMED", "Group", "GroupCall", "Items", "LocalExecutor", "Sent")
+
+
+UNNAMED = "..."
+"""Stands for a call, or for its arguments, in errors until the client names them: see `_dead_workers`."""
 
 
 class LocalExecutor(Protocol):
@@ -39,6 +44,8 @@ class Group(NamedTuple):
     length: int
     items: bytes
     """A list of (args, kwargs), as a `forkshm.cluster._values.Writer` wrote it."""
+    first: int | None = None
+    """The number of its first item in the input of a map; None for other calls."""
 
 
 class Sent:
@@ -60,8 +67,7 @@ class Items:
         self.values = values
 
     def __repr__(self) -> str:
-        # It stands for the arguments in messages about a worker that died.
-        return "..." if self.length == 1 else f"...: {self.length} items"
+        return UNNAMED
 
 
 class GroupCall:
@@ -74,7 +80,8 @@ class GroupCall:
     def __call__(self, items: Items) -> Results:
         call = loaded(self._function, items.values)
         results: list[Any] = []
-        for args, kwargs in read(items.stream, items.values):
+        for number, (args, kwargs) in enumerate(read(items.stream, items.values)):
+            note_item(number)
             try:
                 results.append((call(*args, **kwargs),))
             # Also SystemExit: it belongs to the call, as on one machine.

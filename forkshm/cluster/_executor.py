@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from forkshm import _interrupts
 from forkshm.backend import kernel
 from forkshm.cluster._calls import Group, GroupCall, LocalExecutor, Sent
+from forkshm.cluster._dead_workers import name_arguments
 from forkshm.cluster._values import NodeArray, Raised, Writer
 from forkshm.errors import PoolClosedError, UnsupportedError, safe_repr
 from forkshm.pickler import explain, name_of
@@ -84,6 +85,21 @@ class ClusterFuture(concurrent.futures.Future[T]):
             self._call.executor.call_later(super()._invoke_callbacks)  # type: ignore[misc]
 
 
+class _Fetched:
+    """The result of a call, which is fetched from its node when it is asked for."""
+
+    def __init__(self, call: _Call, done: Any) -> None:
+        self._call = call
+        self._done = done
+
+    def result(self) -> Any:
+        """Fetch the result, or raise the exception of the call."""
+        error, value = _opened(self._call.results(self._done)[0])
+        if error is not None:
+            raise error
+        return value
+
+
 class RemoteResult(Generic[T]):
     """A result that stays on the node where it was computed.
 
@@ -143,6 +159,13 @@ class _Array:
         self.sending = asyncio.Lock()
         self.failures: collections.Counter[str] = collections.Counter()
 
+    def passed(self) -> Any:
+        """Return the array that was passed, or an equal one if it was collected."""
+        import numpy as np
+
+        original = self.original()
+        return np.asarray(self.node.array) if original is None else original
+
 
 # The arrays of one call, keyed by their ids; the first item keeps the id from being reused.
 _Seen = dict[int, tuple[Any, _Array]]
@@ -162,13 +185,17 @@ class _Call:
         self.name = uuid.uuid4().hex
         self.executor = executor
         self.function = function
-        self.groups = groups
+        self.groups: Sequence[Group] = groups
         self.arrays = arrays
         self.remote = remote
         self.is_cancelled = False
         self.stays = False
         self.future: Any = None
         self.sink: Callable[[Any, BaseException | None], None] = _ignore
+
+    def __repr__(self) -> str:
+        # It stands for its result in messages about a worker that died.
+        return f"<RemoteResult of {self.function.__qualname__}>"
 
     def send(self) -> None:
         """Submit the call to Dask."""
@@ -197,9 +224,52 @@ class _Call:
             return
         try:
             error = future.exception()
+            if error is None and future.cancelled():
+                error = concurrent.futures.CancelledError(f"{future!r} was cancelled")
         except (concurrent.futures.CancelledError, Exception) as raised:
             error = raised
-        self.sink(None if error is not None else future, error)
+        self.sink(None if error is not None else future, None if error is None else self._explained(error))
+
+    def results(self, done: Any) -> list[Any]:
+        """Return the items of the results of a Dask future of this call."""
+        return [
+            self._named(item, number) if isinstance(item, Raised) else item
+            for number, results in enumerate(done.result())
+            for item in results.open()
+        ]
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """Return an error of Dask as the error that users of this executor expect."""
+        if isinstance(error, concurrent.futures.CancelledError):
+            closed = PoolClosedError(
+                "the result of this call is lost: Dask has cancelled the call, as it does when the client is closed or "
+                "the scheduler ends. Create a new executor, and call again."
+            )
+            closed.__cause__ = error
+            return closed
+        from forkshm.cluster import _agent
+
+        died = _agent.dead_nodes(error)
+        if died is not None:
+            length = sum(group.length for group in self.groups)
+            whole = self.groups[0]._replace(length=length)
+            died.index = 0 if length == 1 else None
+            name_arguments(died, self.function.__qualname__, whole, self._values())
+        return died or error
+
+    def _values(self) -> dict[str, Any]:
+        """Return what the items name, for messages."""
+        return {**{name: array.passed() for name, array in self.arrays.items()}, **self.remote}
+
+    def _named(self, raised: Raised, group: int) -> Raised:
+        """Return an exception that names the arguments, if a worker died."""
+        # A result that is an argument of this call is of another call, with one group.
+        call, group = (self, group) if raised.call == self.name else (self.remote.get(raised.call or ""), 0)
+        if call is None or not call.groups:
+            return raised
+        error = raised.open()
+        is_named = name_arguments(error, call.function.__qualname__, call.groups[group], call._values())
+        return Raised(error, None) if is_named else raised
 
     def forget(self) -> None:
         """Release what the cluster and the client keep for this call, although its future may be kept."""
@@ -317,6 +387,9 @@ class ClusterExecutor(_StandardExecutor):
         except BaseException:
             self._close_client()
             raise
+        # An executor that is not shut down ends its pools when it is collected, as on one machine.
+        self._end_agents = weakref.finalize(self, _end_later, self.client, self.name)
+        self._end_agents.atexit = False  # the client then ends, too
 
     def __repr__(self) -> str:
         return f"<ClusterExecutor {self.name} of {self.client!r}>"
@@ -343,8 +416,7 @@ class ClusterExecutor(_StandardExecutor):
 
         def take(done: Any, error: BaseException | None) -> None:
             if error is None:
-                (results,) = done.result()
-                error, value = _opened(results.open()[0])
+                error, value = _opened(call.results(done)[0])
                 _settle(future, value, error)
             else:
                 _settle(future, None, error)
@@ -358,17 +430,10 @@ class ClusterExecutor(_StandardExecutor):
         call.stays = True
         future: ClusterFuture[Any] = ClusterFuture(call)
 
-        class Fetched:
-            def __init__(self, done: Any) -> None:
-                self.done = done
+        def take(done: Any, error: BaseException | None) -> None:
+            _settle(future, None if error else _Fetched(call, done), error)
 
-            def result(self) -> Any:
-                error, value = _opened(self.done.result()[0].open()[0])
-                if error is not None:
-                    raise error
-                return value
-
-        self._start(call, future, lambda done, error: _settle(future, None if error else Fetched(done), error))
+        self._start(call, future, take)
         return RemoteResult(future, call)
 
     def map(
@@ -440,21 +505,22 @@ class ClusterExecutor(_StandardExecutor):
         seen: _Seen = {}
         function = GroupCall(name_of(fn), self._write(fn, arrays, remote, seen, {"function": fn}))
         groups = chunked(iter(items), each)
-        numbers = itertools.count()
+        numbers = itertools.count(0, each)
         while part := list(itertools.islice(groups, together)):
             own_arrays, own_remote = dict(arrays), dict(remote)
             sent = [
                 Group(
                     len(group),
-                    self._write([(args, {}) for args in group], own_arrays, own_remote, seen, _named(group, numbers)),
+                    self._write([(args, {}) for args in group], own_arrays, own_remote, seen, _named(group, first)),
+                    first,
                 )
-                for group in part
+                for group, first in zip(part, numbers, strict=False)
             ]
             call = _Call(self, function, sent, own_arrays, own_remote)
             future: ClusterFuture[list[Any]] = ClusterFuture(call)
 
             def take(done: Any, error: BaseException | None, future: ClusterFuture[list[Any]] = future) -> None:
-                _settle(future, None if error else [item for part in done.result() for item in part.open()], error)
+                _settle(future, None if error else future._call.results(done), error)
 
             self._start(call, future, take)
             yield future
@@ -477,6 +543,9 @@ class ClusterExecutor(_StandardExecutor):
                 sink(done, error)
             except Exception as raised:  # fetching the result failed
                 _settle(future, None, raised)
+            finally:
+                # It refers to the future, which refers to the call. A remote result must end with its last reference.
+                call.sink = _ignore
 
         call.sink = take
         try:
@@ -663,9 +732,9 @@ class ClusterExecutor(_StandardExecutor):
         elif not self._pending:
             self._end()
         else:
-            threading.Thread(target=self._end_later, name="forkshm-cluster-end", daemon=True).start()
+            threading.Thread(target=self._end_when_idle, name="forkshm-cluster-end", daemon=True).start()
 
-    def _end_later(self) -> None:
+    def _end_when_idle(self) -> None:
         concurrent.futures.wait(list(self._pending))
         self._end()
 
@@ -674,9 +743,8 @@ class ClusterExecutor(_StandardExecutor):
 
         with self._lock:
             self._arrays.clear()
-        with contextlib.suppress(Exception):  # the cluster is gone, and its pools with it
-            self.client.unsubscribe_topic(self.name)
-            _agent.unregister(self.client, self.name)
+        self._end_agents.detach()
+        _agent.unregister(self.client, self.name)
         # A result that is fetched needs the client. A callback may end the executor.
         self._results.shutdown()
         self._callbacks.shutdown(wait=getattr(_local, "runs_callbacks_of", None) != self.name)
@@ -692,6 +760,19 @@ class ClusterExecutor(_StandardExecutor):
             raise PoolClosedError("cannot use this executor: it belongs to the parent process. Create one here.")
         if self.is_closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
+        if self.client.status in ("closing", "closed"):
+            raise PoolClosedError(
+                "cannot submit a call: the Dask client of this executor was closed, or has lost its scheduler. Create "
+                "another executor."
+            )
+
+
+def _end_later(client: Any, name: str) -> None:
+    """End the pools of an executor that was collected, perhaps by the thread of Dask's event loop."""
+    from forkshm.cluster import _agent
+
+    with contextlib.suppress(RuntimeError):  # the program ends
+        threading.Thread(target=_agent.unregister, args=(client, name), name="forkshm-cluster-end", daemon=True).start()
 
 
 def _asked(executor: weakref.ref[ClusterExecutor], event: tuple[Any, Mapping[str, Any]]) -> None:
@@ -743,9 +824,9 @@ def _opened(result: Any) -> tuple[BaseException | None, Any]:
     return None, result[0]
 
 
-def _named(items: Sequence[Any], numbers: Iterator[int]) -> dict[str, Any]:
+def _named(items: Sequence[Any], first: int) -> dict[str, Any]:
     """Return the items of a group, by the names that an error uses for them."""
-    return {f"iterable[{number}]": item for item, number in zip(items, numbers, strict=False)}
+    return {f"iterable[{number}]": item for number, item in enumerate(items, first)}
 
 
 def _ignore(done: Any, error: BaseException | None) -> None:

@@ -35,6 +35,7 @@ from forkshm.pickler import (
     reduce_code,
     reduce_exception,
     with_slots,
+    without_unpicklable,
 )
 from forkshm.region import MappedRegion
 from forkshm.region.locks import Barrier, Condition, Mutex, RWLock, Semaphore
@@ -325,16 +326,18 @@ def read(stream: bytes | memoryview, values: Mapping[str, Any], buffers: Iterabl
 
 
 class Raised:
-    """An exception raised by a call, and its traceback as text. Dask's pickler could not rebuild every exception."""
+    """An exception raised by a call, and its traceback as text. Dask's pickler could not rebuild every exception.
 
-    def __init__(self, error: BaseException, text: str | None) -> None:
+    Args:
+        error: The exception. It is sent without its parts that cannot be pickled.
+        text: The traceback; None if the call did not raise the exception itself.
+        call: The name of the call, if its worker did not return.
+    """
+
+    def __init__(self, error: BaseException, text: str | None, call: str | None = None) -> None:
         self.text = text
-        try:
-            self._error = Writer().write(error)
-        except Exception:
-            self._error = Writer().write(
-                NotPicklableError(f"a call raised an exception that cannot be pickled: {safe_repr(error)}")
-            )
+        self.call = call
+        self._error = _exception_as_bytes(error)
 
     def open(self) -> BaseException:
         """Return the exception, with the traceback as its cause."""
@@ -349,6 +352,19 @@ class Raised:
             traceback.__cause__ = error.__cause__
             set_cause(error, traceback)
         return error
+
+
+def _exception_as_bytes(error: BaseException) -> bytes:
+    write = Writer().write
+    try:
+        return write(error)
+    except BaseException as refusal:  # a __reduce__ may raise anything
+        reason = safe_repr(refusal)
+    with contextlib.suppress(BaseException):
+        rest = without_unpicklable(error, write)
+        if rest is not None:
+            return write(rest)
+    return write(NotPicklableError(f"a call raised {safe_repr(error)}, which cannot be sent: {reason}"))
 
 
 class Results:

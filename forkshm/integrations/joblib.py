@@ -47,7 +47,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ("ForkshmBackend", "shutdown")
 
@@ -100,8 +100,9 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
             *worker_init*, *worker_exit* and *cpu_ids*, as for `forkshm.Executor`. All may also be given to
             ``Parallel``.
 
+    Unknown options are ignored with a warning, because programs pass options of joblib's own backends.
+
     Raises:
-        TypeError: An option is unknown.
         MissingDependencyError: joblib, or the library of *progress*, is not installed.
 
     Fork and threads:
@@ -125,7 +126,7 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
     def __init__(
         self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **options: Any
     ) -> None:
-        _check_options(options)
+        options = _without_unknown(options)
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **options)
         # The Parallel that this backend belongs to; None if any Parallel may find it, which then gets a copy.
         self.parallel: Any = None
@@ -172,7 +173,7 @@ class ForkshmBackend(_joblib.AutoBatchingMixin, _joblib.ParallelBackendBase):  #
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise _joblib.FallbackToBackend(_joblib.SequentialBackend(nesting_level=self.nesting_level))
-        _check_options(options)
+        options = _without_unknown(options, warn=self.parallel is not parallel)
         if self.parallel is not parallel:
             # The objects of one parallel_config, each with workers and a running call of its own, share this backend.
             raise _joblib.FallbackToBackend(self._copy_for(parallel))
@@ -292,13 +293,17 @@ def _fail(parallel: Any, error: BaseException) -> None:
             tracker._register_outcome({"result": error, "status": _joblib.TASK_ERROR})
 
 
-def _check_options(options: Iterable[str]) -> None:
+def _without_unknown(options: Mapping[str, Any], *, warn: bool = True) -> dict[str, Any]:
+    """Return the options that exist. joblib's default backend ignores others, too."""
     known = _NOT_NEEDED | _POOL_OPTIONS | _OWN_OPTIONS
-    if unknown := sorted(set(options) - known):
-        raise TypeError(
-            f"the joblib backend forkshm has no option {', '.join(map(repr, unknown))}: "
-            f"use one of {', '.join(sorted(_POOL_OPTIONS | _OWN_OPTIONS))}"
+    if warn and (unknown := sorted(set(options) - known)):
+        warnings.warn(
+            f"the joblib backend forkshm ignores {', '.join(map(repr, unknown))}, which it has no option for: "
+            f"use one of {', '.join(sorted(_POOL_OPTIONS | _OWN_OPTIONS))}",
+            ForkshmWarning,
+            stacklevel=5,  # the caller of parallel_config, or of the Parallel
         )
+    return {name: value for name, value in options.items() if name in known}
 
 
 # The threads that run a callback of any call, keyed by an object for each callback.

@@ -9,7 +9,7 @@ from forkshm.pickler import _ctypes, _files  # noqa: F401 - register how ctypes 
 from forkshm.pickler._attributes import attribute_of, name_of
 from forkshm.pickler._code import reduce_array_type, reduce_code, with_slots
 from forkshm.pickler._collect import RecentCopies
-from forkshm.pickler._exceptions import reduce_exception
+from forkshm.pickler._exceptions import reduce_exception, without_unpicklable
 from forkshm.pickler._files import (
     NamedMapping,
     SendableMapping,
@@ -121,6 +121,7 @@ __all__ += [
     "sendable",
     "take_region",
     "with_slots",
+    "without_unpicklable",
 ]
 
 publish(globals())

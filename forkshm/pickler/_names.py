@@ -177,10 +177,17 @@ def file_of_main() -> str | None:
     return path if is_readable else None
 
 
+# CPython before 3.13 may raise SystemError while another thread parses, too: both count in one variable (gh-106905).
+_PARSED_AT_MOST = 100
+
+
 @functools.lru_cache(maxsize=4)
 def _defined_in(path: str) -> frozenset[str]:
     with contextlib.suppress(OSError, SyntaxError, ValueError), open(path, "rb") as source:
-        return frozenset(_definitions(ast.parse(source.read()).body))
+        text = source.read()
+        for _ in range(_PARSED_AT_MOST):
+            with contextlib.suppress(SystemError):
+                return frozenset(_definitions(ast.parse(text).body))
     return frozenset()
 
 

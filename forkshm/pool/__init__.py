@@ -16,7 +16,7 @@ from forkshm.pool._taking import take_arguments
 from forkshm.pool._tasks import CANCELLED, Answer, Pace, PickledCallable, ResultSink, Task, Wrapper
 from forkshm.pool._unforkable import installed
 from forkshm.pool._worker_group import descriptors_open
-from forkshm.pool._worker_state import at_worker_end, worker_state
+from forkshm.pool._worker_state import at_worker_end, note_item, worker_state
 from forkshm.pool.observe import PoolReport, SlowTask, WorkerReport
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ __all__ += [
     "delivering",
     "descriptors_open",
     "installed",
+    "note_item",
     "take_arguments",
 ]
 

@@ -135,6 +135,14 @@ class IMapIterator(ResultSink, Generic[T]):
         while not self._reader and not self._exhausted and (window is None or self.has_room()):
             self.take_input()
 
+    def read_all(self) -> None:
+        """Read the rest of the input, also if no thread takes the results.
+
+        A thread that joins the pool waits for the reading thread, and may be the one that would take the results.
+        """
+        self._window = sys.maxsize
+        self._open_gate()
+
     def _room(self) -> int:
         """Return how many chunks may be read. The chunks of a batch are read together."""
         batch = 1 if self._has_fds else self.pace.batch

@@ -618,6 +618,8 @@ class Pool(_StandardPool):
         if self._state == "RUN":
             raise ValueError("cannot join: the pool is still running; close() or terminate() it first")
         if self._state == "CLOSE":
+            for sink in self._imaps:
+                sink.read_all()
             self._dispatcher.drive(self._dispatcher.is_idle)
             self._dispatcher.under_lead(self._join_idle)
             self._dispatcher.drive(lambda: not self._dispatcher.has_callbacks())

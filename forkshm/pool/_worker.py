@@ -228,7 +228,7 @@ class _Worker:
         try:
             if self._initializer is not None:
                 self._initializer(*self._initargs)
-            worker_state.begin(*self._born)
+            worker_state.begin(*self._born, self._note_item)
         except SystemExit:
             raise  # the worker ends; the parent starts another one, and gives up after several
         except BaseException as error:
@@ -520,6 +520,9 @@ class _Worker:
             self._results.send(write_answers(content))
             self._result_batch.clear()
         self._collecting_since = time.perf_counter_ns()
+
+    def _note_item(self, index: int) -> None:
+        self._words[self._state + 1] = index + 1
 
     def _do_chunk(self, function: Callable[..., Any], items: Any, number: int, *, starred: bool) -> list[Any]:
         words, item, marks, mark = self._words, self._state + 1, self._marks, number % MARKS

@@ -13,7 +13,7 @@ from forkshm import _multiprocess, _system
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("at_worker_end", "begin", "leave", "worker_state")
+__all__ = ("at_worker_end", "begin", "leave", "note_item", "worker_state")
 
 # Maximum total seconds of the functions that a worker calls at its end.
 _SECONDS = 10.0
@@ -22,12 +22,14 @@ _NOTHING: Any = object()
 _state: Any = _NOTHING
 # Functions to call at the end of this worker, the last one first; None in other processes.
 _at_end: list[tuple[Callable[[Any], object], Any]] | None = None
+# Writes the number of an item to the slot of this worker; None in other processes.
+_note: Callable[[int], object] | None = None
 
 
 def _forget() -> None:
     # A worker's child is not a worker, and does not call its parent's functions.
-    global _state, _at_end
-    _state, _at_end = _NOTHING, None
+    global _state, _at_end, _note
+    _state, _at_end, _note = _NOTHING, None, None
 
 
 _system.register_at_fork(after_in_child=_forget)
@@ -60,18 +62,34 @@ def worker_state() -> Any:
     return _state
 
 
-def begin(init: Callable[[], object] | None, leaving: Callable[[Any], object] | None) -> None:
+def begin(
+    init: Callable[[], object] | None, leaving: Callable[[Any], object] | None, note: Callable[[int], object]
+) -> None:
     """Make this process a worker. Its state is the value that *init* returns, and *leaving* receives it at the end.
+
+    Args:
+        init: Makes the state.
+        leaving: Called with the state when the worker ends in order.
+        note: Called with the index of the item that the worker begins; see `note_item`.
 
     Raises:
         Exception: Whatever *init* raised.
     """
-    global _state, _at_end
-    _at_end = []
+    global _state, _at_end, _note
+    _at_end, _note = [], note
     if init is not None:
         _state = init()
     if leaving is not None:
         _at_end.append((leaving, None if _state is _NOTHING else _state))
+
+
+def note_item(index: int) -> None:
+    """Record that the task of this worker begins an item of its own, counted from 0.
+
+    Messages about the worker's death have this index, and the ``task_timeout`` of the pool begins again.
+    """
+    if _note is not None:
+        _note(index)
 
 
 def at_worker_end(function: Callable[[Any], object], state: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -75,6 +76,39 @@ def die(item):
     if item == 2:
         os._exit(3)
     return item
+
+
+def die_of(item, array, last):
+    if item == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+class DiesOnArrival:
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def sleep_for(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def fail_with_a_lock():
+    error = Unusual(5, "locked")
+    error.lock = threading.Lock()
+    raise error
+
+
+def hold(begun):
+    begun.touch()
+    time.sleep(60)
+
+
+def kill_node(_):
+    with open(f"/proc/{os.getppid()}/stat") as file:  # of the fork server
+        os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    time.sleep(60)
 
 
 def received_bytes():
@@ -260,7 +294,55 @@ def test_a_worker_that_dies_fails_its_call_alone(executor):
     futures = [executor.submit(die, item) for item in range(5)]
     assert [future.exception(60) is None for future in futures] == [True, True, False, True, True]
     assert isinstance(futures[2].exception(), forkshm.WorkerDiedError)
-    assert "while running die(...)" in str(futures[2].exception())
+    assert "while running die(2)" in str(futures[2].exception())
+    assert futures[2].exception().task == "die(2)"
+    assert futures[2].exception().index is None
+
+
+@pytest.mark.parametrize(("chunksize", "length"), [(1, 6), (3, 40)])
+def test_the_error_of_a_dead_worker_names_the_item(executor, chunksize, length):
+    with pytest.raises(forkshm.WorkerDiedError) as caught:
+        list(executor.map(die_of, range(length), [np.arange(MIB)] * length, [4] * length, chunksize=chunksize))
+    assert caught.value.task == f"die_of(4, ndarray int64 ({MIB},), 4), item 4 of the input"
+    assert caught.value.index == 4
+    assert caught.value.task in str(caught.value)
+
+
+@pytest.mark.nightly
+def test_the_error_of_a_worker_that_dies_before_the_first_item_names_the_chunk(executor):
+    with pytest.raises(forkshm.WorkerDiedError, match="running abs, items 2 to 3 of the input") as caught:
+        list(executor.map(abs, [1, 2, DiesOnArrival(), 4], chunksize=2))
+    assert caught.value.index == 2
+
+
+@pytest.mark.nightly
+def test_the_error_of_a_dead_worker_whose_result_is_an_argument_names_its_call(executor):
+    lost = executor.submit_remote(die, 2)
+    kept = executor.submit_remote(abs, 5)
+    with pytest.raises(forkshm.WorkerDiedError) as caught:
+        lost.result(60)
+    assert (caught.value.task, caught.value.index) == ("die(2)", None)
+    assert executor.submit(abs, lost).exception(60).task == "die(2)"
+    assert executor.submit(os._exit, kept).exception(60).task == "_exit(<RemoteResult of abs>)"
+
+
+def test_task_timeout_is_for_each_item(cluster):
+    with forkshm.Executor(cluster=cluster, task_timeout=2) as executor:
+        assert sum(executor.map(sleep_for, [0.5] * 12, chunksize=6)) == 6
+        with pytest.raises(
+            forkshm.TaskTimeoutError, match=r"sleep_for\(60\), item 1 of the input took longer"
+        ) as caught:
+            list(executor.map(sleep_for, [0, 60, 0], chunksize=3))
+    assert caught.value.index == 1
+
+
+def test_an_exception_arrives_without_an_attribute_that_cannot_be_pickled(executor):
+    error = executor.submit(fail_with_a_lock).exception(60)
+    assert type(error) is Unusual
+    assert error.code == 5
+    assert not hasattr(error, "lock")
+    assert "'lock'" in error.__notes__[0]
+    assert "in fail_with_a_lock" in str(error.__cause__)
 
 
 @pytest.mark.nightly
@@ -666,6 +748,61 @@ def test_the_pools_of_the_nodes_end_with_the_executor(cluster, wait_until):
 
     assert len(pids) == 6
     wait_until(lambda: sum(not is_gone(pid) for pid in pids) <= 2)  # the fork servers stay with their nodes
+
+
+@pytest.mark.nightly
+def test_the_pools_of_the_nodes_end_when_the_executor_is_collected(cluster, wait_until):
+    with distributed.Client(cluster, set_as_default=False) as client:
+        before = count_agents(cluster)
+        executor = forkshm.Executor(cluster=client)
+        assert executor.submit(abs, -1).result(60) == 1
+        assert count_agents(cluster) == before + 1
+        del executor
+        gc.collect()
+        wait_until(lambda: count_agents(cluster) == before)
+
+
+def count_agents(cluster):
+    return len([name for name in cluster.scheduler.worker_plugins if name.startswith("forkshm-")])
+
+
+def test_a_remote_result_is_released_with_its_last_reference(executor, cluster, wait_until):
+    wait_until(lambda: not cluster.scheduler.tasks)
+    results = [executor.submit_remote(abs, -2), executor.submit_remote(abs, -3)]
+    assert [result.result(60) for result in results] == [2, 3]
+    assert len(cluster.scheduler.tasks) == 2
+    gc.disable()
+    try:
+        del results
+        wait_until(lambda: not cluster.scheduler.tasks)
+    finally:
+        gc.enable()
+
+
+def test_a_client_that_is_closed_first_fails_its_calls(cluster, tmp_path, wait_until):
+    with distributed.Client(cluster, set_as_default=False) as client:
+        executor = forkshm.Executor(cluster=client)
+        future = executor.submit(hold, tmp_path / "begun")
+        wait_until((tmp_path / "begun").exists)
+    with pytest.raises(forkshm.PoolClosedError, match="is lost: Dask has cancelled the call"):
+        future.result(60)
+    for call in (executor.submit, executor.map):
+        with pytest.raises(forkshm.PoolClosedError, match="client of this executor was closed"):
+            call(abs, [1])
+    executor.shutdown()
+
+
+@pytest.mark.nightly
+def test_a_call_that_ends_its_nodes_fails_by_name():
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50, memory_limit=None
+        ) as cluster,
+        forkshm.Executor(cluster=cluster) as executor,
+    ):
+        error = executor.submit(kill_node, "now").exception(120)
+        assert (type(error), error.task, error.attempts) == (forkshm.WorkerDiedError, "kill_node('now')", 4)
+        assert "4 nodes died while running kill_node('now'), the last one at tcp://" in str(error)
 
 
 @pytest.mark.nightly

@@ -52,6 +52,10 @@ def fail(x):
     return x
 
 
+def use_threads(x):
+    return Parallel(n_jobs=2)(delayed(pow)(x, power) for power in (1, 2)) if x else [0, 0]
+
+
 def test_answers_in_order():
     assert parallel()(delayed(pow)(x, 2) for x in range(500)) == [x * x for x in range(500)]
 
@@ -417,9 +421,14 @@ def test_all_cores_by_default():
         assert Parallel()._backend.default_n_jobs == -1
 
 
-def test_unknown_options_are_errors():
-    with pytest.raises(TypeError, match="has no option 'colour': use one of"):
-        joblib.parallel_config("forkshm", colour="red")
+def test_unknown_options_are_ignored_with_one_warning(recwarn):
+    with joblib.parallel_config("forkshm", colour="red", n_jobs=2):
+        assert Parallel()(delayed(abs)(-x) for x in range(3)) == [0, 1, 2]
+    workers = parallel(colour="red")
+    assert workers(delayed(abs)(-x) for x in range(3)) == [0, 1, 2]
+    assert workers(delayed(use_threads)(x) for x in range(2)) == [[0, 0], [1, 1]]
+    assert [(warning.category, warning.filename) for warning in recwarn] == [(forkshm.ForkshmWarning, __file__)] * 2
+    assert "ignores 'colour', which it has no option for: use one of" in str(recwarn[0].message)
 
 
 def test_progress(capsys, monkeypatch):

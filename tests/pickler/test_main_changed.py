@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import textwrap
 
 import pytest
+
+from forkshm.pickler import _names
 
 pytestmark = pytest.mark.needs("fork")
 
@@ -406,3 +409,16 @@ def test_a_proxy_among_the_globals_is_not_asked():
             except RuntimeError as error:
                 print(error)
     """) == ["(True, 1) [(True, 2)]", "(True, 3)", "outside of a request (in args and kwds: __main__.Proxy)"]
+
+
+def test_the_main_module_is_parsed_again_if_another_thread_parses_at_that_moment(monkeypatch):
+    refusals = [SystemError("AST constructor recursion depth mismatch"), None]
+    parse = ast.parse
+
+    def refuse_once(text):
+        if (refusal := refusals.pop(0)) is not None:
+            raise refusal
+        return parse(text)
+
+    monkeypatch.setattr(_names.ast, "parse", refuse_once)
+    assert "run" in _names._defined_in.__wrapped__(__file__)

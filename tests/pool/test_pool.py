@@ -236,6 +236,27 @@ def test_imap_raises_an_exception_that_ends_of_its_input(pool, name, kind):
 
 
 @pytest.mark.parametrize("name", ["imap", "imap_unordered"])
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_join_runs_the_whole_input_of_imap_also_if_no_results_are_taken(name, is_kept):
+    with forkshm.Pool(2) as pool:
+        done = forkshm.zeros(50)
+
+        def run(item):
+            time.sleep(0.001)  # so that a message has one item
+            done[item] = 1
+            return item
+
+        results = getattr(pool, name)(run, (item for item in range(50)))
+        first = next(results)
+        if not is_kept:
+            results = [*range(1, 50)]
+        pool.close()
+        pool.join()
+        assert done.all()
+        assert {first, *results} == set(range(50))
+
+
+@pytest.mark.parametrize("name", ["imap", "imap_unordered"])
 def test_imap_of_input_that_blocks_ends_with_the_pool(name):
     go = threading.Event()
 

@@ -3,7 +3,15 @@
 from forkshm._help import publish
 from forkshm.pool._interfaces import Bar
 from forkshm.pool._statistics import PoolStatistics
-from forkshm.pool.observe._describe import brief, describe, describe_task, index_of, names_of_arguments
+from forkshm.pool.observe._describe import (
+    brief,
+    describe,
+    describe_call,
+    describe_chunk,
+    describe_task,
+    index_of,
+    names_of_arguments,
+)
 from forkshm.pool.observe._progress import length_of, no_bar, open_bar
 from forkshm.pool.observe._record import PoolRecord
 from forkshm.pool.observe._report import (
@@ -28,6 +36,8 @@ __all__ = (
     "WorkerReport",
     "brief",
     "describe",
+    "describe_call",
+    "describe_chunk",
     "describe_task",
     "index_of",
     "length_of",

@@ -10,9 +10,19 @@ from forkshm.pickler import Taken, attribute_of, name_of
 from forkshm.pool._tasks import Wrapper
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from forkshm.pool._tasks import Task
 
-__all__ = ("brief", "describe", "describe_task", "index_of", "names_of_arguments")
+__all__ = (
+    "brief",
+    "describe",
+    "describe_call",
+    "describe_chunk",
+    "describe_task",
+    "index_of",
+    "names_of_arguments",
+)
 
 _PLAIN = (bool, bytes, complex, float, int, str, type(None))
 
@@ -28,17 +38,27 @@ def describe_task(task: Task, item: int | None) -> str:
         args, kwargs = task.arguments
         if isinstance(function, Wrapper):
             return function.describe(args, describe)
-        parts = [describe(value) for value in args]
-        parts += [f"{key}={describe(value)}" for key, value in kwargs.items()]
-        return f"{name}({', '.join(parts)})"
+        return describe_call(name, args, kwargs)
     items, index = task.arguments, index_of(task, item)
     if item is not None and item < len(items):
         given = items[item]
         values = given if task.kind is Kind.STARMAP and isinstance(given, (tuple, list)) else (given,)
-        return f"{name}({', '.join(map(describe, values))}), item {index} of the input"
-    if len(items) == 1:
-        return f"{name}, item {index} of the input"
-    return f"{name}, items {index} to {index_of(task, len(items) - 1)} of the input"
+        return describe_call(name, values, {}, index)
+    return describe_chunk(name, index or 0, len(items))
+
+
+def describe_call(name: str, args: Iterable[Any], kwargs: Mapping[str, Any], index: int | None = None) -> str:
+    """Return a description of a call; *index* is the number of its item in the input of a map."""
+    parts = [describe(value) for value in args]
+    parts += [f"{key}={describe(value)}" for key, value in kwargs.items()]
+    return f"{name}({', '.join(parts)}){'' if index is None else f', item {index} of the input'}"
+
+
+def describe_chunk(name: str, first: int, length: int) -> str:
+    """Return a description of a chunk of a map, of which it is unknown which item ran."""
+    if length == 1:
+        return f"{name}, item {first} of the input"
+    return f"{name}, items {first} to {first + length - 1} of the input"
 
 
 def brief(task: Task) -> str:
@@ -62,9 +82,12 @@ def _brief(value: Any) -> str:
 
 
 def index_of(task: Task, item: int | None) -> int | None:
-    """Return the index of the item in the input of its map, or of its chunk's first item if only the chunk is known."""
+    """Return the index of the item in the input of its map, or of its chunk's first item if only the chunk is known.
+
+    A task that is no chunk has an index only if it has noted one by itself.
+    """
     if task.kind is Kind.CALL:
-        return None
+        return item
     return task.position * task.sink.chunksize + (item or 0)
 
 
