@@ -6,6 +6,7 @@ PYTEST_DONT_REWRITE.
 
 from forkshm.integrations.pytest import (
     pytest_configure_node,
+    pytest_keyboard_interrupt,
     pytest_runtest_teardown,
     pytest_sessionfinish,
     pytest_testnodedown,
@@ -15,6 +16,7 @@ from forkshm.integrations.pytest import (
 
 __all__ = (
     "pytest_configure_node",
+    "pytest_keyboard_interrupt",
     "pytest_runtest_teardown",
     "pytest_sessionfinish",
     "pytest_testnodedown",

@@ -21,10 +21,10 @@ def test_skipped_files_exist_and_are_run_on_linux(backend, path):
 
 
 def marked():
-    """Return every mark: the capability that it names, and its place."""
+    """Return every mark and question: the capability that it names, and its place."""
     for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.needs":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("pytest.mark.needs", "has"):
                 yield ast.literal_eval(node.args[0]), f"{path.relative_to(TESTS)}:{node.lineno}"
 
 

@@ -394,6 +394,9 @@ class ClusterExecutor(_StandardExecutor):
     def __repr__(self) -> str:
         return f"<ClusterExecutor {self.name} of {self.client!r}>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle an executor: its calls belong to this process. Create one where it is used.")
+
     @property
     def _max_workers(self) -> int:
         # Programs read this attribute of the standard library's executor.

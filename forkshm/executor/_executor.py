@@ -291,6 +291,9 @@ class Executor(_StandardExecutor):
         if wait:
             self._work.wait()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle an executor: its workers belong to this process. Create one where it is used.")
+
 
 def _make_pool(method: str | None, *args: Any, **options: Any) -> WorkPool:
     workers, initializer, initargs, max_tasks = args

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "pytest_configure_node",
+    "pytest_keyboard_interrupt",
     "pytest_runtest_teardown",
     "pytest_sessionfinish",
     "pytest_testnodedown",
@@ -84,7 +85,7 @@ def shared_fixture(
     meanwhile, another worker calls the function again.
 
     The function may yield the value. The code after ``yield`` runs once, in the worker that created the value, when
-    the other workers have ended. It does not run if that worker is killed.
+    the other workers have ended, or at once if the run is interrupted. It does not run if that worker is killed.
 
     Args:
         function: Returns or yields the value. It may use other fixtures, which each worker creates for itself. If they
@@ -252,16 +253,20 @@ def pytest_runtest_teardown(nextitem: Any) -> None:
 def pytest_sessionfinish(session: Any) -> None:
     """Run the code after ``yield`` that could not run at the end of the last test."""
     if _unfinished:
-        _wait_for_workers(session.config)
-        while _unfinished:
-            _finish(_unfinished.pop())
+        try:
+            _wait_for_workers(session.config)
+        finally:  # the controller may interrupt a worker that waits
+            while _unfinished:
+                _finish(_unfinished.pop())
 
 
 def _finish_later(request: Any, generator: Any) -> None:
     if _is_last:
         # pytest reports an exception of this code as an error of the last test.
-        _wait_for_workers(request.config)
-        _finish(generator)
+        try:
+            _wait_for_workers(request.config)
+        finally:
+            _finish(generator)
     else:
         _unfinished.append(generator)
 
@@ -602,10 +607,14 @@ class _Keeper:
             return
         _send(connection, *made)
 
-    def close(self) -> None:
+    def wait_no_more(self) -> None:
+        """Answer the workers that wait for others."""
         self._is_closed = True
         with self._changed:
             self._changed.notify_all()
+
+    def close(self) -> None:
+        self.wait_no_more()
         with contextlib.suppress(OSError), socket.socket(_FAMILY, socket.SOCK_STREAM) as waker:
             waker.connect(self.address)
         self._thread.join(1)
@@ -646,6 +655,12 @@ def pytest_testnodedown(node: Any, error: Any) -> None:
     keeper = _keepers.get(id(node.config))
     if keeper is not None:
         keeper.worker_ended(node.workerinput["workerid"], has_died=bool(error))
+
+
+def pytest_keyboard_interrupt() -> None:
+    """Answer workers that wait to end their fixtures: the controller will not learn when the others end."""
+    for keeper in _keepers.values():
+        keeper.wait_no_more()
 
 
 def pytest_unconfigure(config: Any) -> None:

@@ -304,6 +304,11 @@ def test_buffersize_reads_input_as_needed(executor):
             executor.map(abs, [1], buffersize=wrong)
 
 
+def test_an_executor_is_not_pickled_and_the_error_says_what_to_do(executor):
+    with pytest.raises(TypeError, match=r"cannot pickle an executor: .* Create one where it is used"):
+        executor.submit(len, executor).result()
+
+
 def test_buffersize_raises_in_the_place_of_the_item_that_cannot_be_pickled(executor):
     results = executor.map(f.itself, [1, 2, threading.Lock(), 4], buffersize=2)
     assert [next(results), next(results)] == [1, 2]

@@ -439,6 +439,24 @@ def test_the_code_after_yield_runs_once_and_last(run, workers):
     assert len(log) == 2 + max(int(workers), 1)
 
 
+@pytest.mark.needs("signals")
+def test_the_code_after_yield_runs_if_the_run_is_interrupted(run):
+    tests = """
+import os, signal, time
+import pytest
+
+@pytest.mark.parametrize("number", range(3))
+def test_table(table, number):
+    if number == 2:
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(60)
+    time.sleep(0.1)
+"""
+    _, log, said = run(YIELDED, tests, "-n", "2")
+    assert "KeyboardInterrupt" in said
+    assert log.count("made") == log.count("done") == 1, said
+
+
 @pytest.mark.nightly
 def test_the_code_after_yield_waits_for_the_replacement_of_a_killed_worker(run):
     tests = (
