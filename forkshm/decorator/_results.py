@@ -8,7 +8,7 @@ from forkshm.backend import kernel
 from forkshm.channel import Kind
 from forkshm.decorator._settings import executor_of, is_worker
 from forkshm.errors import RemoteTraceback, remote_text, set_cause, without_frames
-from forkshm.pool import IMapIterator, ResultSink, delivering
+from forkshm.pool import IMapIterator, ResultSink, delivering, first_of
 from forkshm.pool.observe import open_bar
 from forkshm.region import Mode, mapping_at
 
@@ -115,7 +115,7 @@ def by_arrival(
             pool._dispatcher.submit(tasks, waited_for=True)
         for _ in lengths:
             pool._dispatcher.drive(lambda: bool(sink.arrived))
-            position = next(iter(sink.arrived))
+            position = first_of(sink.arrived)
             success, values = pool._dispatcher.open(sink.arrived.pop(position))
             yield position, values if success else [Raised(values)] * lengths[position]
             bar.update(lengths[position])

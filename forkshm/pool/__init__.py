@@ -10,7 +10,7 @@ from forkshm._help import publish
 from forkshm.errors import RemoteTraceback
 from forkshm.pool._imap import IMapIterator, IMapUnorderedIterator
 from forkshm.pool._pool import Pool, check_options
-from forkshm.pool._results import ApplyResult, AsyncResult, MapResult, Outcome, chunked, delivering
+from forkshm.pool._results import ApplyResult, AsyncResult, MapResult, Outcome, chunked, delivering, first_of
 from forkshm.pool._statistics import PoolStatistics
 from forkshm.pool._taking import take_arguments
 from forkshm.pool._tasks import CANCELLED, Answer, Pace, PickledCallable, ResultSink, Task, Wrapper
@@ -52,6 +52,7 @@ __all__ += [
     "chunked",
     "delivering",
     "descriptors_open",
+    "first_of",
     "installed",
     "note_item",
     "take_arguments",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from forkshm.channel import Kind
 from forkshm.errors import ForkshmError, TaskTimeoutError, as_text, without_frames
-from forkshm.pool._results import Outcome, PlainOutcome, delivering
+from forkshm.pool._results import Outcome, PlainOutcome, delivering, first_of
 from forkshm.pool._taking import take_arguments
 from forkshm.pool._tasks import ResultSink, Task
 
@@ -214,13 +214,7 @@ class IMapIterator(ResultSink, Generic[T]):
     def _submit(self) -> None:
         dispatcher = self._dispatcher
         while tasks := self._submitting:
-            try:
-                dispatcher.check_accepting(self._reader)
-            except ForkshmError as error:
-                # Without the frames, which refer to this iterator.
-                self._input_error = error.with_traceback(None)
-                self._exhausted = True
-                self._items = _NOTHING
+            if not self.may_read():
                 return
             unsent = tasks
             if self._is_again:
@@ -241,9 +235,22 @@ class IMapIterator(ResultSink, Generic[T]):
             self._submitted += count
             self._submitting = done
 
+    def may_read(self) -> bool:
+        """Return whether the pool takes more tasks; otherwise release the input."""
+        try:
+            self._dispatcher.check_accepting(self._reader)
+        except ForkshmError as error:
+            # Without the frames, which refer to this iterator.
+            self._input_error = error.with_traceback(None)
+            self._exhausted = True
+            self._items = _NOTHING
+            return False
+        return True
+
     def cancel(self) -> None:
         """Read no more input, and cancel tasks that no worker has begun."""
         self._exhausted = True
+        self._items = _NOTHING
         self._open_gate()
         self._dispatcher.cancel(list(self._open.values()))
 
@@ -326,6 +333,7 @@ class IMapIterator(ResultSink, Generic[T]):
                 if not self._exhausted and self._taken == self._submitted and self._is_cut():
                     # The input may block for long, so the reading thread is not waited for.
                     self._exhausted = True
+                    self._items = _NOTHING
                     self._dispatcher.check_accepting()
                 if not self._exhausted or self._taken != self._submitted:
                     continue  # another thread took it
@@ -406,6 +414,7 @@ def _read(sink: weakref.ref[IMapIterator[Any]], dispatcher: Dispatcher, key: int
             if wanted.has_room():
                 wanted.take_input()
                 continue
+            wanted.may_read()
             del wanted
             gate.acquire(True, _LOOK_SECONDS)
         if wanted is not None:
@@ -418,9 +427,7 @@ class IMapUnorderedIterator(IMapIterator[T]):
     """The results of `Pool.imap_unordered`, in the order in which they arrive."""
 
     def _next_position(self) -> int:
-        for position in self._outcomes:
-            return position
-        return -1
+        return first_of(self._outcomes)
 
     def _positions_after(self, position: int) -> Iterable[int]:
         return list(self._outcomes)[1:_TOGETHER]

@@ -38,9 +38,19 @@ __all__ = (
     "PlainOutcome",
     "chunked",
     "delivering",
+    "first_of",
 )
 
 T = TypeVar("T")
+
+
+def first_of(arrived: dict[int, Any]) -> int:
+    """Return the first key of a dict that other threads may change, or -1 if it is empty."""
+    while True:
+        try:
+            return next(iter(arrived), -1)
+        except RuntimeError:  # on a free-threaded build, another thread has changed it in between
+            continue
 
 
 class Outcome:

@@ -427,8 +427,10 @@ def test_unknown_options_are_ignored_with_one_warning(recwarn):
     workers = parallel(colour="red")
     assert workers(delayed(abs)(-x) for x in range(3)) == [0, 1, 2]
     assert workers(delayed(use_threads)(x) for x in range(2)) == [[0, 0], [1, 1]]
-    assert [(warning.category, warning.filename) for warning in recwarn] == [(forkshm.ForkshmWarning, __file__)] * 2
-    assert "ignores 'colour', which it has no option for: use one of" in str(recwarn[0].message)
+    # Some Pythons also warn of forks beside threads.
+    ours = [warning for warning in recwarn if warning.category is forkshm.ForkshmWarning]
+    assert [warning.filename for warning in ours] == [__file__] * 2
+    assert "ignores 'colour', which it has no option for: use one of" in str(ours[0].message)
 
 
 def test_progress(capsys, monkeypatch):
