@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import errno
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 import functions as f
 import numpy as np
 import pytest
+from capability_skips import has
 
 import forkshm
 from forkshm.backend import kernel
@@ -521,7 +523,10 @@ def test_shutdown_waits_for_callbacks(kind):
         time.sleep(0.01)  # the workers end before the last callback has run
         got.append("cancelled" if future.cancelled() else future.exception() or future.result())
 
-    with kind(1) as executor:
+    # The default start method of Python 3.14 would start a fork server, which stays.
+    is_standard = kind is not forkshm.Executor and has("fork")
+    context = {"mp_context": multiprocessing.get_context("fork")} if is_standard else {}
+    with kind(1, **context) as executor:
         for number in range(10):
             executor.submit(abs, -number if number != 5 else "x").add_done_callback(take)
         late = executor.submit(abs, -10)
