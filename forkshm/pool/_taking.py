@@ -172,8 +172,13 @@ def take_arguments(
                 continue
         elif type(arguments) is range or _are_fixed(arguments):
             continue
-        elif task.kind is Kind.MAP and len(arguments) == 1 and (made := _copy_flat(arguments[0])) is not None:
-            task.arguments = type(arguments)((made,))
+        elif (
+            task.kind is Kind.MAP
+            and type(arguments) is list
+            and len(arguments) == 1
+            and (made := _copy_flat(arguments[0])) is not None
+        ):
+            task.arguments = [made]
             continue
         copier = _Copier()
         try:

@@ -381,3 +381,22 @@ def test_few_large_items_are_taken_ahead():
             next(results)
         assert list(results)[100:] == list(range(200))
     assert max(fds) - fds[0] < 40
+
+
+class Rows(list):
+    """A list whose slices are of its own class, which takes more than the items."""
+
+    def __init__(self, items, name):
+        super().__init__(items)
+        self.name = name
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        return Rows(found, self.name) if isinstance(index, slice) else found
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_slices_of_a_class_of_the_program_are_taken(pool, chunksize):
+    rows = Rows([[1], [2, 3], [4, 5, 6]], "rows")
+    assert pool.map_async(len, rows, chunksize=chunksize).get(30) == [1, 2, 3]
+    assert list(pool.imap(len, rows, chunksize)) == [1, 2, 3]

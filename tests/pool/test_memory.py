@@ -317,7 +317,7 @@ kept = []
 
 
 def fill_the_heap(_):
-    # Leaves 64 MiB free below an object that stays: free(3) returns only what is at the end of the heap.
+    # Leaves 64 MiB of free memory below an object that stays. free(3) returns only memory at the end of the heap.
     parts = [bytes(100_000) for _ in range(671)]
     kept.append(bytes(50_000))
     del parts
