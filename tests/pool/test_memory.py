@@ -316,25 +316,26 @@ _worker._IDLE_SECONDS, _worker._LOOK_SECONDS = 0.1, 0.5
 kept = []
 
 
+def held(pid="self"):
+    with open(f"/proc/{pid}/status") as status:
+        return int(re.search(r"RssAnon:\\s+(\\d+) kB", status.read())[1]) // 1024
+
+
 def fill_the_heap(_):
     # Leaves 64 MiB of free memory below an object that stays. free(3) returns only memory at the end of the heap.
+    # A worker that waits for the processor afterwards may be idle long enough, so it is the worker that measures.
+    before = held()
     parts = [bytes(100_000) for _ in range(671)]
     kept.append(bytes(50_000))
     del parts
-    return np.ones(2**20)
-
-
-def held():
-    with open(f"/proc/{worker.pid}/status") as status:
-        return int(re.search(r"RssAnon:\\s+(\\d+) kB", status.read())[1]) // 1024
+    return np.ones(2**20), before, held()
 
 
 with forkshm.Pool(1) as pool:
     (worker,) = pool._pool
-    before = held()
-    pool.apply(fill_the_heap, (0,))
-    print(held() - before > 32)
-    while held() - before > 16:
+    _, before, after = pool.apply(fill_the_heap, (0,))
+    print(after - before > 32)
+    while held(worker.pid) - before > 16:
         time.sleep(0.01)
     print(pool.apply(len, ("abc",)))
 """
